@@ -201,9 +201,8 @@ class _Work:
         """Answer from the folder: print, and write advice.json, advice.png and page.html."""
         from largebatch.cli.plan_advice import planned_of, show_advice
         from largebatch.experiments.advice.answer import advise
-        from largebatch.records.report import read_evidence, write_report
-        from largebatch.records.report.publish import write_result
-        from largebatch.records.run_folder import environment
+        from largebatch.experiments.advice.written import write_advice
+        from largebatch.records.report.reading import read_evidence
 
         planned = planned_of(self._prepared, self._overrides, section="advise", folder=str(self._folder))
         advice = advise(read_evidence([self._folder]), planned, sizes)
@@ -211,13 +210,9 @@ class _Work:
             "config": self._prepared.public,
             "settings": self._options.model_dump(),
             "skipped": self.skipped,
-            "environment": environment(),
         }
         try:
-            write_result(advice.result(), self._folder / "advice.json", about=about)
-            page = self._folder / "page.html"
-            write_report(read_evidence([self._folder]), page, title=advice.result().heading)
-            print(page, end="\n\n")
+            print(write_advice(advice, self._folder, about=about), end="\n\n")
         finally:  # a full disk does not take the answer
             show_advice(advice)
         return EXIT_DONE if advice.found.critical else EXIT_FAILED

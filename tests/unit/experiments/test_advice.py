@@ -556,10 +556,12 @@ def test_one_command_measures_and_answers_and_goes_on(
     record = json.loads(Path("a", "advice.json").read_text())
     assert record["sentences"] == record["numbers"]["sentences"]
     assert code == (0 if record["numbers"]["critical_batch"] else 1)
-    monkeypatch.setattr("largebatch.records.report.write_report", lambda *_, **__: None)  # once is enough: it is slow
-    monkeypatch.setattr("largebatch.records.report.publish.write_result", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "largebatch.experiments.advice.written.write_report", lambda *_, **__: None
+    )  # once is enough: it is slow
+    monkeypatch.setattr("largebatch.experiments.advice.written.write_result", lambda *_, **__: None)
     with monkeypatch.context() as full:
-        full.setattr("largebatch.records.report.publish.write_result", fails_with(NotWrittenError("a/advice.json")))
+        full.setattr("largebatch.experiments.advice.written.write_result", fails_with(NotWrittenError("a/advice.json")))
         full.setattr("largebatch.cli.find_lr.run", fails_with(KeyboardInterrupt()))
         assert main(arguments) == 1
         assert "3. How sure: " in capsys.readouterr().out, "a full disk does not take the answer"
