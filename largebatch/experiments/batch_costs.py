@@ -36,6 +36,8 @@ class BatchCost:
         optimizer: its name.
         batch_size: B.
         num_missed: seeds that did not reach the target; then there are no costs.
+        nearest: values of the metric that these came nearest with, where they are known.
+        is_early: whether a first evaluation had passed the target, so that the steps are an upper bound.
         costs: key of `_COSTS` -> geometric mean over seeds; without those that are not known.
         at_target: key of `_AT_TARGET` -> mean over seeds.
         place: among the batch sizes of this optimizer, in time and samples; None: no time is known.
@@ -48,6 +50,8 @@ class BatchCost:
     costs: dict[str, Interval]
     at_target: dict[str, Interval]
     place: Place | None
+    nearest: tuple[float, ...] = ()
+    is_early: bool = False
 
 
 def batch_costs(runs: Sequence[TargetRun]) -> list[BatchCost]:
@@ -59,7 +63,7 @@ def batch_costs(runs: Sequence[TargetRun]) -> list[BatchCost]:
                    for size in sorted({run.batch_size for run in own})}  # fmt: skip
         resolution = max(run.resolution for run in own)
         places = _places(by_size, resolution)
-        found += [_cost(optimizer, size, one, places.get(size), resolution) for size, one in by_size.items()]
+        found += [_cost(optimizer, size, one, places.get(size)) for size, one in by_size.items()]
     return found
 
 
@@ -84,32 +88,59 @@ def _known(runs: Sequence[TargetRun], key: str) -> list[float]:
     return [] if any(value is None for value in values) else values
 
 
-def _cost(optimizer: str, size: int, runs: list[TargetRun], place: Place | None, resolution: float) -> BatchCost:
+def _cost(optimizer: str, size: int, runs: list[TargetRun], place: Place | None) -> BatchCost:
+    resolution = max(run.resolution for run in runs)
     known = {key: values for key in _COSTS if (values := _known(runs, key))}
     costs = {key: geometric_mean(values, resolution=resolution) for key, values in known.items()}
     at_target = {key: mean_interval(values) for key in _AT_TARGET if (values := _known(runs, key))}
-    missed = sum(run.steps is None for run in runs)
-    return BatchCost(optimizer, size, len(runs), missed, costs, at_target, place)
+    missed = [run for run in runs if run.steps is None]
+    nearest = tuple(run.nearest for run in missed if run.nearest is not None)
+    is_early = not missed and math.isinf(resolution)
+    return BatchCost(optimizer, size, len(runs), len(missed), costs, at_target, place, nearest, is_early)
 
 
 def cost_sentences(found: Sequence[BatchCost]) -> list[str]:
-    """The front of each optimizer, and what it does not know."""
+    """The front of each optimizer, which batch sizes missed the target, and what is not known."""
     lines = []
     for optimizer in dict.fromkeys(one.optimizer for one in found):
-        placed = [one for one in found if one.optimizer == optimizer and one.place is not None]
-        if not placed:
+        own = [one for one in found if one.optimizer == optimizer]
+        placed = [one for one in own if one.place is not None]
+        if placed:
+            fastest = min(placed, key=lambda one: one.costs["seconds"].value)
+            least = min(placed, key=lambda one: one.costs["samples"].value)
+            lines.append(
+                f"{optimizer}: batch {fastest.batch_size:,} is the fastest, with {_text(fastest.costs['seconds'])} "
+                f"seconds to the target; batch {least.batch_size:,} takes the fewest samples, "
+                f"{_text(least.costs['samples'])}."
+            )
+            lines.append(f"{optimizer}: in time and samples, {_listed(placed)}.")
+        elif any(one.costs for one in own):
             lines.append(f"{optimizer}: no run has times, so that steps and samples alone are known.")
-            continue
-        fastest = min(placed, key=lambda one: one.costs["seconds"].value)
-        least = min(placed, key=lambda one: one.costs["samples"].value)
-        lines.append(
-            f"{optimizer}: batch {fastest.batch_size:,} is the fastest, with {_text(fastest.costs['seconds'])} seconds "
-            f"to the target; batch {least.batch_size:,} takes the fewest samples, {_text(least.costs['samples'])}."
-        )
-        lines.append(f"{optimizer}: in time and samples, {_listed(placed)}.")
+        lines += [f"{optimizer}: {line}" for line in (_missed(own), _early(own)) if line]
     if any("seconds" in one.costs and "price" not in one.costs for one in found):
         lines.append(_NO_PRICE)
     return lines
+
+
+def _missed(own: Sequence[BatchCost]) -> str:
+    """Which batch sizes have no costs, and how near the seeds came that missed."""
+    parts = []
+    for one in own:
+        if one.num_missed:
+            ends = sorted({f"{min(one.nearest):.4g}", f"{max(one.nearest):.4g}"}) if one.nearest else []
+            came = f", at best {' to '.join(ends)}" if ends else ""
+            parts.append(f"batch {one.batch_size:,} ({one.num_missed} of {one.num_seeds} seeds{came})")
+    return f"missed by {'; '.join(parts)}. A batch size with a seed that missed it has no costs." if parts else ""
+
+
+def _early(own: Sequence[BatchCost]) -> str:
+    sizes = [f"{one.batch_size:,}" for one in own if one.is_early]
+    if not sizes:
+        return ""
+    return (
+        f"a first evaluation had passed it already for batch {', '.join(sizes)}: steps are an upper bound there, "
+        "without an interval. Evaluate more often (observers.evaluation.every), or name a target further on."
+    )
 
 
 def _listed(placed: Sequence[BatchCost]) -> str:
@@ -129,7 +160,7 @@ def _listed(placed: Sequence[BatchCost]) -> str:
 
 def cost_table(found: Sequence[BatchCost], *, currency: str = "") -> Table:
     """A row per optimizer and batch size; columns of what is known for any."""
-    keys = [key for key in _COSTS if any(key in one.costs for one in found)]
+    keys = [key for key in _COSTS if key in ("steps", "samples") or any(key in one.costs for one in found)]
     ends = [key for key in _AT_TARGET if any(key in one.at_target for one in found)]
     names = {**_COSTS, "price": f"price, {currency}" if currency else "price"}
     headers = ("optimizer", "batch", *(names[key] for key in keys), *(_AT_TARGET[key] for key in ends), "time, samples")

@@ -36,6 +36,13 @@ class TargetConfig(Section):
     metric: Metric
     value: float
 
+    @model_validator(mode="after")
+    def _reachable(self) -> TargetConfig:
+        if not self.metric.endswith("loss") and not 0 <= self.value <= 1:
+            share = f", such as {self.value / 100:g} for {self.value:g} %" if 1 < self.value <= 100 else ""
+            raise ValueError(f"{self.metric} is a share, and {self.value:g} is not from 0 to 1. Give one{share}.")
+        return self
+
     @property
     def direction(self) -> Literal["below", "above"]:
         """A loss is to fall, an accuracy to rise."""

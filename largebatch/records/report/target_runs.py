@@ -31,7 +31,9 @@ class TargetRun:
         ranks: processes.
         device_hour, watts: price of an hour, and power, of a device; None: not known.
         val_loss, loss_gap: at the target; None: not measured.
-        resolution: by which share the steps may be too large, because the target was reached between two evaluations.
+        resolution: by which share the steps may be too large, because the target was reached between two evaluations;
+            infinite: the first one had passed it.
+        nearest: value of the metric that came nearest to the target, or passed it by most; None: not known.
     """
 
     optimizer: str
@@ -45,6 +47,7 @@ class TargetRun:
     val_loss: float | None = None
     loss_gap: float | None = None
     resolution: float = 0.0
+    nearest: float | None = None
 
     @property
     def samples(self) -> float | None:
@@ -100,14 +103,17 @@ def runs_of_study(
 def run_to_target(record: RunRecord, metric: str, target: float) -> TargetRun:
     """A run of `largebatch train`, up to its first evaluation at the target, or beyond."""
     steps, values = record.series(metric, against="step")
-    seed = record.settings.get("seed", str(record.folder))
-    reached = np.flatnonzero(values <= target if metric.endswith("loss") else values >= target)
+    seed, is_loss = record.settings.get("seed", str(record.folder)), metric.endswith("loss")
+    reached = np.flatnonzero(values <= target if is_loss else values >= target)
+    finite = values[np.isfinite(values)]
+    nearest = float(finite.min() if is_loss else finite.max()) if finite.size else None
     if not reached.size:
-        return _with_costs(TargetRun(record.optimizer, record.global_batch_size, seed, None), record, {})
+        missed = TargetRun(record.optimizer, record.global_batch_size, seed, None, nearest=nearest)
+        return _with_costs(missed, record, {})
     step = float(steps[reached[0]])
     before = float(steps[reached[0] - 1]) if reached[0] else 0.0
     resolution = (step - before) / before if before else math.inf
-    bare = TargetRun(record.optimizer, record.global_batch_size, seed, step, resolution=resolution)
+    bare = TargetRun(record.optimizer, record.global_batch_size, seed, step, resolution=resolution, nearest=nearest)
     return _with_costs(bare, record, {key: _value_at(record, key, step) for key in ("eval/val_loss", "gap/loss")})
 
 

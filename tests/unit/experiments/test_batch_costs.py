@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from largebatch.__main__ import main
 from largebatch.diagnostics.critical_batch.pareto import DOMINATED, FRONT, geometric_mean, pareto_places, ratio_of_means
 from largebatch.experiments.batch_costs import batch_costs, cost_figures, cost_sentences, cost_table
-from largebatch.experiments.target_costs import parse_target
+from largebatch.experiments.large_batch_gap import compare_runs
+from largebatch.experiments.target_costs import parse_target, with_costs
 from largebatch.records.report.target_runs import TargetRun, run_to_target, runs_of_study
 from tests.unit.records.report_folders import write_run
 
@@ -127,6 +129,51 @@ def test_compare_tells_what_a_target_took(tmp_path: Path, capsys: pytest.Capture
         half = 4.302652729749464 * math.log(1.25) / 6
         assert one["costs"]["steps"]["high"] == pytest.approx(steps * math.exp(half))
     assert "set cost.device_hour" in capsys.readouterr().out
+
+
+def test_who_missed_the_target_and_who_passed_it_unseen_is_said(tmp_path: Path):
+    """Losses end near 1.1; one seed of batch 64 was broken off before, and made again."""
+    folders = [
+        str(write_run(tmp_path / f"{batch}-{seed}", batch, seed=seed, step_s=batch / 1000))
+        for batch in (16, 64)
+        for seed in range(3)
+    ]
+
+    def told(target: str, *more: str) -> tuple[str, list[tuple[str, ...]]]:
+        compared, _ = compare_runs([*folders, *more], on_left_out=print)
+        found = with_costs(compared, parse_target(target))
+        return " ".join(found.sentences), list(found.tables[-1].rows)
+
+    said, rows = told("eval/val_loss=0.5")
+    assert "missed by batch 16 (3 of 3 seeds, at best 1.1" in said
+    assert "; batch 64 (3 of 3 seeds, at best 1.1" in said
+    assert [row[2] for row in rows] == ["3 of 3 missed it"] * 2
+    assert "no run has times" not in said
+    said, _ = told("eval/val_loss=1.95")
+    assert "a first evaluation had passed it already for batch 16, 64" in said
+    # Of a seed with two runs the one that went on longer counts, whichever is named last.
+    again = shutil.copytree(folders[-1], tmp_path / "again")
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    assert "missed by" not in told("eval/val_loss=1.3", str(again))[0]
+
+
+def test_a_target_that_no_run_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = [str(write_run(tmp_path / f"{batch}", batch)) for batch in (16, 64)]
+    for folder in folders:
+        file = Path(folder) / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        kept = [{key: value for key, value in row.items() if "accuracy" not in key} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert main(["compare", *folders, "--target", "eval/val_accuracy=0.9", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "no run has a value of eval/val_accuracy. Choose among eval/val_loss, eval/train_loss" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_accuracy_in_percent_is_refused():
+    with pytest.raises(ValueError, match=r"is a share, and 90 is not from 0 to 1. Give one, such as 0\.9 for 90 %"):
+        parse_target("eval/val_accuracy=90")
 
 
 @pytest.mark.parametrize("text", ["0.2", "eval/val_loss", "eval/val_loss=low", "eval/loss=0.2", "eval/val_loss=nan"])
