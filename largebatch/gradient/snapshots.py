@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,18 +87,22 @@ def preserving_buffers_and_rng(module: nn.Module) -> Iterator[None]:
 def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer, *, on_host: bool = False) -> Iterator[None]:
     """Train on a module for a while: on every way out all is as before, an exception or Ctrl-C included.
 
-    Restored are weights, gradients, modes, the optimizer's state and settings, and what `preserving_buffers_and_rng`
-    restores. Tensors that were there before keep their identity, so that whoever holds one (a distributed wrapper, a
-    fused optimizer) is right. Takes the memory of one copy of all of these; `on_host`: that of the host, so that the
-    device has as much room inside as without, but for buffers.
+    Restored are weights, gradients, modes, the optimizer's state, settings, counters and lists, and what
+    `preserving_buffers_and_rng` restores. Tensors that were there before keep their identity, so that whoever holds one
+    (a distributed wrapper, a fused optimizer) is right. Takes the memory of one copy of all of these; `on_host`: that
+    of the host, so that the device has as much room inside as without, but for buffers.
     """
     parameters = [(one, _copied(one, on_host), _kept(one.grad, on_host)) for one in module.parameters()]
     before = Modes(module)
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    settings = [
+        {key: _kept(value, on_host) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     states = [
         (one, state, {name: _kept(value, on_host) for name, value in state.items()})
         for one, state in optimizer.state.items()
     ]
+    attributes = {key: _kept(value, on_host) for key, value in vars(optimizer).items() if _is_plain(key, value)}
     with preserving_buffers_and_rng(module):
         try:
             yield
@@ -105,31 +110,58 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer, *, on_host:
             with torch.no_grad():
                 for parameter, value, grad in parameters:
                     parameter.copy_(value)
-                    parameter.grad = _restored(grad)
+                    parameter.grad = grad()
                 optimizer.state.clear()
                 for one, state, values in states:
                     state.clear()
-                    state.update({name: _restored(value) for name, value in values.items()})
+                    state.update({name: restored() for name, restored in values.items()})
                     optimizer.state[one] = state
-            for group, setting in zip(optimizer.param_groups, settings, strict=True):
-                for key in group.keys() - setting.keys() - {"params"}:
-                    del group[key]
-                group.update(setting)
+                for group, setting in zip(optimizer.param_groups, settings, strict=True):
+                    for key in group.keys() - setting.keys() - {"params"}:
+                        del group[key]
+                    group.update({key: restored() for key, restored in setting.items()})
+                vars(optimizer).update({key: restored() for key, restored in attributes.items()})
             before.restore()
 
 
-def _kept(value: Any, on_host: bool) -> tuple[Any, Any]:
-    """The value itself and, of a tensor, a copy of what it holds."""
-    return value, _copied(value, on_host) if isinstance(value, Tensor) else None
+def _kept(value: Any, on_host: bool) -> Callable[[], Any]:
+    """Puts the value's content of now back into it and returns it; lists and dicts of an own optimizer included."""
+    if isinstance(value, Tensor):
+        copy = _copied(value, on_host)
+        return lambda: value.copy_(copy)
+    if isinstance(value, MutableMapping):
+        pairs = [(key, _kept(one, on_host)) for key, one in value.items()]
+
+        def put_back_mapping() -> Any:
+            value.clear()
+            value.update({key: restored() for key, restored in pairs})
+            return value
+
+        return put_back_mapping
+    if isinstance(value, (list, deque, tuple)):
+        parts = [_kept(one, on_host) for one in value]
+
+        def put_back_parts() -> Any:
+            own = [restored() for restored in parts]
+            if not isinstance(value, tuple):
+                value.clear()
+                value.extend(own)
+            return value
+
+        return put_back_parts
+    return lambda: value
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether an attribute of an optimizer may be state that its steps move, such as a counter or a list of tensors.
+
+    None is left as it becomes: kernels that were compiled meanwhile stay.
+    """
+    return key not in ("param_groups", "defaults") and isinstance(value, (int, float, Tensor, list, deque))
 
 
 def _copied(value: Tensor, on_host: bool) -> Tensor:
     return value.detach().to("cpu", copy=True) if on_host else value.detach().clone()
-
-
-def _restored(kept: tuple[Any, Any]) -> Any:
-    value, copy = kept
-    return value if copy is None else value.copy_(copy)
 
 
 class StepBuffers:

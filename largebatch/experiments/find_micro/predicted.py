@@ -38,8 +38,8 @@ def predicted_fit(prepared: Prepared, options: FindMicroConfig, sizes: Sizes, *,
     else:
         budget = options.usable(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     try:
-        fit = predict_memory(prepared, "cuda" if is_on_gpu else "cpu", budget=budget).fit
+        fit = predict_memory(prepared, "cuda" if is_on_gpu else "cpu", budget=budget, sizes=sizes.sizes).fit
     except NotPredictableError as error:
         return PredictedFit(None, reason=str(error))
     assert fit is not None, "joint passes were refused before"
-    return PredictedFit(sizes.at_most(fit.size), fit.peak)
+    return PredictedFit(fit.size or None, fit.peak)

@@ -48,7 +48,8 @@ def result_of(
     if sizes.least > 1:
         sentences.append("The model fails on one sample alone, so that sizes that leave one by itself are out.")
     if predicted is not None:
-        predicted = replace(predicted, size=None if predicted.size is None else sizes.at_most(predicted.size))
+        size = None if predicted.size is None else sizes.at_most(predicted.size)
+        predicted = replace(predicted, size=size, peak=predicted.peak if size == predicted.size else 0)
         sentences.append(_against(predicted, fitting[-1] if fitting else None))
     numbers["predicted"] = None if predicted is None else asdict(predicted)
     headers = ("micro-batch", "passes per step", "peak of a rank", "fits", "samples/s", "slowest to fastest step")
@@ -78,7 +79,7 @@ def _largest(ordered: Sequence[Try], sizes: Sizes, options: FindMicroConfig) -> 
         short = ordered[0].short
         return (
             f"No micro-batch fits: with one of {ordered[0].size}, {named_ranks(short)} {_run(short)} short of {limit}. "
-            "Set precision.activation_checkpointing=true, or take a smaller model."
+            "Set precision.activation_checkpointing=true, or take a smaller model or shorter samples."
         )
     best = fitting[-1]
     peak = shown_bytes(max(best.peaks))

@@ -8,6 +8,7 @@ from typing import Any
 
 from largebatch.batch.scaling import RATE_EXPONENTS
 from largebatch.diagnostics.critical_batch.branches import Branches, Crossing, doubling_without_noise
+from largebatch.diagnostics.intervals import Interval
 from largebatch.experiments.measure.branch_design import Design
 from largebatch.experiments.measure.weights import Weights
 from largebatch.records.figures.branch_figures import branch_figure
@@ -112,8 +113,12 @@ def _sentences(
 def _no_progress(found: Branches, doubling: Crossing) -> str:
     if doubling.low is not None:
         return ""
+    progress = found.progress()
+    moved = f"falls by {progress:.3g}"
+    if progress.value < 0:
+        moved = f"rises by {Interval(-progress.value, -progress.high, -progress.low):.3g}"
     return (
-        f" The loss of the smallest batch falls by {found.progress():.3g} over the second half of the samples: raise "
+        f" The loss of the smallest batch {moved} over the second half of the samples: raise "
         "measure.critical_batch.steps or windows, or name smaller factors."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,13 +105,16 @@ class PredictionFailedError(RuntimeError):
     """The prediction itself has a defect."""
 
 
-def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None = None) -> PredictedMemory:
+def predict_memory(
+    prepared: Prepared, device: DeviceKind, *, budget: int | None = None, sizes: Sequence[int] | None = None
+) -> PredictedMemory:
     """The memory of rank 0 by taking steps without numbers: two to make the optimizer's state, one at each size.
 
     Args:
         prepared: the run; stays as it is.
         device: whose rules torch follows.
         budget: bytes of the device; None: no largest micro-batch is looked for.
+        sizes: that this one is among; None: it has any size.
 
     Raises:
         NotPredictableError: if something needs the value of a tensor, or the run's code fails without; with its place.
@@ -118,7 +122,7 @@ def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None
     """
     try:
         with imagined_run(prepared, device) as imagined:
-            return _predicted(prepared, imagined, device, budget)
+            return _predicted(prepared, imagined, device, budget, sizes)
     except Exception as error:
         if _is_of_the_run(error):
             raise NotPredictableError(_reason(error)) from error
@@ -128,7 +132,9 @@ def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None
         ) from error
 
 
-def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None) -> PredictedMemory:
+def _predicted(
+    prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None, sizes: Sequence[int] | None
+) -> PredictedMemory:
     planned = max(prepared.numbers.ramp.plans, key=lambda plan: plan.max_micro_batch_size)
     share, size = max(map(planned.rank_batch_size, range(planned.world_size))), planned.max_micro_batch_size
     sees_all = imagined.is_joint or is_coupled(prepared.loss) or prepared.config.sam.is_global
@@ -158,6 +164,9 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
                 per_sample=per_sample,
                 most=share,
             )
+        found = found if sizes is None else max((one for one in sizes if one <= found), default=0)
+        if found and found not in known:
+            known[found] = imagined.take_step(plan_of(found, share)).in_passes
         key = "batch.max_micro" if prepared.config.batch.micro is None else "batch.micro"
         fit = Fit(budget, usable, found, key, max(known[found], in_update) if found else 0, share)
     return PredictedMemory(

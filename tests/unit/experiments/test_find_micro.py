@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from largebatch.__main__ import main
+from largebatch.experiments.find_micro.predicted import PredictedFit, predicted_fit
 from largebatch.experiments.find_micro.result import as_fast_as_best
 from largebatch.experiments.find_micro.search import largest_fitting
-from largebatch.experiments.find_micro.settings import even_sizes
+from largebatch.experiments.find_micro.settings import FindMicroConfig, even_sizes, sizes_of
 from largebatch.experiments.find_micro.tries import Try
+from largebatch.run.config.reading import parse_section
+from largebatch.run.prepare import prepare
+from tests.unit.composing import compose_run
 
 
 @pytest.mark.parametrize("sizes", [range(1, 41), even_sizes(40), (7,), (3, 40)], ids=str)
@@ -115,3 +121,20 @@ def test_what_cannot_be_tried_is_refused_before_the_ranks_meet(
     assert main(["find-micro", *data, *overrides]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
     assert not Path("out").exists()
+
+
+def test_a_predicted_peak_is_that_of_the_size_beside_it():
+    """Between 12 and 24 samples a plan of 24 has none; 17 would fit."""
+    config = compose_run("data=digits", "data.limit=64", "batch.total=24", "find_micro.memory=1GiB", "precision=fp32",
+                         "find_micro.headroom=0", config_name="find_micro")  # fmt: skip
+    options = parse_section(config, "find_micro", FindMicroConfig)
+    prepared = prepare(config, os.environ)
+    sizes = sizes_of(prepared, options, is_on_gpu=False)
+
+    def predicted(num_bytes: int, *kept: int) -> PredictedFit:
+        within = replace(sizes, sizes=kept or sizes.sizes)
+        return predicted_fit(prepared, options.model_copy(update={"memory": num_bytes}), within, is_on_gpu=False)
+
+    twelve, all_24 = predicted(2**30, 12), predicted(2**30, 24)
+    assert twelve.peak < all_24.peak
+    assert predicted((twelve.peak + all_24.peak) // 2) == twelve
