@@ -108,7 +108,8 @@ def test_a_batch_that_changes_needs_a_rule_for_what_follows_it(given: str):
         ScheduleLR(optimizer, SCHEDULE, **({"global_batch_size": ramp} if given == "batch" else {"stream": stream}))
 
 
-def test_what_follows_the_batch_follows_under_a_scheduler_as_in_a_loop_and_after_a_stop():
+@pytest.mark.parametrize("stop", [0, 1, 2])  # the batch grows behind step 1
+def test_what_follows_the_batch_follows_under_a_scheduler_as_in_a_loop_and_after_a_stop(stop: int):
     """AdamW, a group with a rate of its own: the values of the joint rule at each batch, the same in both."""
     ramp = BatchRamp(tuple(BatchPlan.solve(global_batch_size=size, world_size=1) for size in (10, 30)), (20,))
 
@@ -131,7 +132,7 @@ def test_what_follows_the_batch_follows_under_a_scheduler_as_in_a_loop_and_after
     scheduler = ScheduleLR(other, SCHEDULE, global_batch_size=ramp, scaled=scaled)
     for number in range(4):
         step(other, found)
-        if number == 1:  # where the batch grows next
+        if number == stop:
             states = json.loads(json.dumps(scheduler.state_dict())), copy.deepcopy(other.state_dict())
             weights = [group["params"][0].detach().clone() for group in other.param_groups]
             (other, scaled) = made()
