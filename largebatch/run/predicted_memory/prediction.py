@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,16 +157,11 @@ def _predicted(
         usable = max(int((budget - OUTSIDE_BYTES) / FRAGMENTED), 0) if device == "cuda" else budget
         known, found = {size: in_passes}, 0
         if in_update <= usable:
-            found = largest_that_fits(
-                lambda size: imagined.take_step(plan_of(size, share)).in_passes,
-                usable,
-                known=known,
-                per_sample=per_sample,
-                most=share,
-            )
-        found = found if sizes is None else max((one for one in sizes if one <= found), default=0)
-        if found and found not in known:
-            known[found] = imagined.take_step(plan_of(found, share)).in_passes
+
+            def passes(size: int) -> int:
+                return imagined.take_step(plan_of(size, share)).in_passes
+
+            found = _largest(passes, usable, known, per_sample=per_sample, most=share, sizes=sizes)
         key = "batch.max_micro" if prepared.config.batch.micro is None else "batch.micro"
         fit = Fit(budget, usable, found, key, max(known[found], in_update) if found else 0, share)
     return PredictedMemory(
@@ -182,6 +177,23 @@ def _predicted(
         is_joint=imagined.is_joint,
         average=imagined.average_bytes(),
     )
+
+
+def _largest(
+    passes: Callable[[int], int],
+    usable: int,
+    known: dict[int, int],
+    *,
+    per_sample: float,
+    most: int,
+    sizes: Sequence[int] | None,
+) -> int:
+    """The largest of the sizes within the usable bytes, 0 if none is; `known` then has its bytes."""
+    found = largest_that_fits(passes, usable, known=known, per_sample=per_sample, most=most)
+    found = found if sizes is None else max((one for one in sizes if one <= found), default=0)
+    if found and found not in known:
+        known[found] = passes(found)
+    return found
 
 
 def _is_of_the_run(error: BaseException) -> bool:
