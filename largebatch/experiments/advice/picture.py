@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from largebatch.experiments.advice.assessment import Assessment
+from largebatch.experiments.advice.sentences import recommended
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.report.estimates import Quantity
 from largebatch.records.report.explorer import quantity_figure, slider_sizes
@@ -16,7 +17,7 @@ _NOT_KNOWN = "Not known: {}."
 
 
 def picture(found: Assessment) -> list[Diagram]:
-    """Diagrams of what has evidence: over the batch, with the critical region shaded and the candidates ringed."""
+    """Diagrams of what has evidence: over the batch, the critical region shaded, candidates ringed, the choice filled."""
     shown = [found.quantities[key] for key in ("steps", "samples", "time_to_target")]
     known = [one for one in shown if one.at(found.sizes[0]).value is not None]
     if not known:
@@ -38,6 +39,9 @@ def _over_batch(found: Assessment, quantity: Quantity) -> Diagram:
     ]
     lines = list(figure.lines)
     lines.append(Line(_CANDIDATES, found.sizes, [quantity.at(size).value for size in found.sizes], style="rings"))
+    if (choice := recommended(found)) is not None:
+        one = quantity.at(choice.batch)
+        lines.append(Line(f"the choice, {choice.batch:,}", [choice.batch], [one.value], style="points"))
     if found.critical:
         low, high = _within(found, sizes)
         floor, top = min(ends), max(ends)
