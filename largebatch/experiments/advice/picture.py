@@ -17,7 +17,7 @@ _NOT_KNOWN = "Not known: {}."
 
 
 def picture(found: Assessment) -> list[Diagram]:
-    """Diagrams of what has evidence: over the batch, the critical region shaded, candidates ringed, the choice filled."""
+    """Diagrams of what is known: over the batch, the critical region shaded, candidates ringed, the choice a point."""
     shown = [found.quantities[key] for key in ("steps", "samples", "time_to_target")]
     known = [one for one in shown if one.at(found.sizes[0]).value is not None]
     if not known:
