@@ -139,14 +139,16 @@ def _speed_diagram(fitting: Sequence[Try], title: str) -> Diagram:
         [one.speed for one in fitting],
         [min(one.speeds) for one in fitting],
         [max(one.speeds) for one in fitting],
+        style="both",
     )
-    return Diagram("find_micro_speed", title, _MICRO, Axis("speed", "samples/s"), (line,))
+    axis, caption = Axis("speed", "samples/s"), "Speed: median of the timed steps; band: slowest to fastest."
+    return Diagram("find_micro_speed", title, _MICRO, axis, (line,), caption)
 
 
 def _memory_diagram(ordered: Sequence[Try], title: str) -> Diagram:
     fitting, limit = [one for one in ordered if one.fits], min(ordered[-1].limits) / _MIB
     lines = (
         Line("peak of a rank", [one.size for one in fitting], [max(one.peaks) / _MIB for one in fitting], style="both"),
-        Line("for tensors", [ordered[0].size, ordered[-1].size], [limit, limit], style="dashed"),
+        Line("memory for tensors", [ordered[0].size, ordered[-1].size], [limit, limit], style="dashed"),
     )
     return Diagram("find_micro_memory", title, _MICRO, Axis("memory", "MiB"), lines)

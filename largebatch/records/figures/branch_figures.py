@@ -48,7 +48,7 @@ def branch_figure(found: Branches, crossings: tuple[Crossing, Crossing], toleran
         Axis("batch size", "samples", log=True),
         Axis("loss", f"per {unit}"),
         tuple(lines),
-        f"{len(found.losses)} windows. A batch of B_crit needs all samples to the loss that the smallest batch has "
+        f"{len(found.losses)} windows. A batch of B_crit needs all samples for the loss that the smallest batch has "
         "after half of them. " + _cut_text(len(means) - len(shown)),
     )
 
