@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def forked_processes() -> set[int]:
 def _as_if_started(function: Callable[..., None], *arguments: Any, **options: Any) -> None:
     """Loading processes are made as in a process that nobody forked."""
     multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup before pytest is for pytest
     function(*arguments, **options)
 
 

@@ -91,8 +91,8 @@ def test_a_precision_without_effect_on_the_timing_of_steps_is_refused(capsys):
         (["measure.sharpness.rho=0"], "measure.sharpness.rho=0: must be above 0."),
         (["measure.precision=bf16"], "measure.precision=bf16: must be 'fp64' or 'fp32'."),
         (["measure.sharpness.trace_samples=1"], "measure.sharpness.trace_samples=1: must be at least 2."),
-        (["measure.checkpoint=nowhere"], "nowhere: no valid checkpoint there. There is none at all."),
-        (["measure.checkpoint=auto"], "auto: no valid checkpoint there."),
+        (["measure.checkpoint=nowhere"], "nowhere: there is no such folder. Name the folder of a checkpoint"),
+        (["measure.checkpoint=auto"], "auto: there is no such folder."),
     ],
 )
 def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):

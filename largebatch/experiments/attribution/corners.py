@@ -94,7 +94,6 @@ class Design:
             "scaling.as_batch": corner.rule_batch_size,
             "seed": seed,
             "run.name": f"{corner.name}_s{seed}",
-            "resume": "auto",  # from where a stop left it; nothing is removed, as another rank may be looking at it
             "observers.evaluation.every": None,  # at the end
             "observers.checkpoint.every": None,
         }

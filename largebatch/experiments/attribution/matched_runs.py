@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from largebatch.experiments.attribution.corners import Corner, Design
 from largebatch.experiments.attribution.settings import AttributionConfig
@@ -104,7 +104,9 @@ def make_matched_runs(
             value = _value_of(folder / relative, options.metric)
             if value is None:
                 run_config = design.config_of(corner, config, options, seed=seed)
-                trained = train_quietly(run_config, folder / relative, stop=stop)  # goes on where it was stopped
+                # From where a stop left it; nothing is removed, as another rank may be looking at it.
+                OmegaConf.update(run_config, "resume", "auto")
+                trained = train_quietly(run_config, folder / relative, stop=stop)
                 if trained.status not in _ENDED:
                     return None
                 value = _value_of(trained.folder, options.metric)
