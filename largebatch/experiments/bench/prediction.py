@@ -146,7 +146,16 @@ def record_of(found: Sequence[tuple[Job, dict[str, Any]]]) -> dict[str, Any]:
         for grade in grades_in(summary)
     ]
     missing = [f"{job.cell}, batch {job.batch}" for job, summary in found if job.is_held_out and not grades_in(summary)]
-    return {"held_out": rows, "not_predicted": missing, "delays": list(_delays(found))}
+    return {"held_out": rows, "not_predicted": missing, "repeats": _repeats(found), "delays": list(_delays(found))}
+
+
+def _repeats(found: Sequence[tuple[Job, dict[str, Any]]]) -> list[float]:
+    """How far apart the times of a step of two fitted runs of one batch size are: no prediction is better than that."""
+    times: dict[tuple[str, int], list[float]] = {}
+    for job, summary in found:
+        if not job.is_held_out:
+            times.setdefault((job.cell, job.batch), []).append(summary["measured"]["step_time"])
+    return [max(one) / min(one) - 1 for one in times.values() if len(one) > 1]
 
 
 def _plain(grade: Grade) -> dict[str, Any]:
@@ -207,6 +216,11 @@ def _markdown(record: dict[str, Any]) -> Iterator[str]:
     for one in record["delays"]:
         planted, measured = (f"{1e3 * one[key]:.1f} ms" for key in ("planted_s", "found_s"))
         yield f"| {one['what']} | {planted} | {measured} | {one['error']:.1%} |"
+    if repeats := record["repeats"]:
+        yield (
+            f"\nTwo runs of one batch size differ in the time of a step by {statistics.median(repeats):.1%} (median of "
+            f"{len(repeats)} pairs), at most by {max(repeats):.1%}."
+        )
     if record["not_predicted"]:
         yield f"\nNot predicted: {'; '.join(record['not_predicted'])}."
 

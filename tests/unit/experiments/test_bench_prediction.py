@@ -30,7 +30,8 @@ def left(job: Job, folder: Path) -> None:
     """What a run leaves: predictions are 10 % too low in time, and exact in memory."""
     folder.mkdir(parents=True)
     communication_s = 0.01 + (DELAY_S * 1.02 if job.cell == "delayed-2" else 0.0)
-    measured = {"step_time": 0.11001, "memory": 1e9, "exposed_communication": communication_s,
+    slower = 1.1 if job.name.startswith("3-") else 1.0  # the second run of batch 16
+    measured = {"step_time": 0.11001 * slower, "memory": 1e9, "exposed_communication": communication_s,
                 "data_wait": job.batch * LOADING_S * 1.05}  # fmt: skip
     values = {"step_time": 0.1, "memory": 1e9, "exposed_communication": communication_s}
     predicted: dict[str, Any] = {
@@ -60,6 +61,7 @@ def test_the_table_says_how_far_off_and_how_often_inside_and_finished_runs_are_n
     assert "| all-reduce, measured | 50.0 ms | 51.0 ms | 2.0% |" in shown
     assert "| all-reduce, predicted | 50.0 ms | 51.0 ms | 2.0% |" in shown
     assert "| loading of 24 samples | 24.0 ms | 25.2 ms | 5.0% |" in shown
+    assert "differ in the time of a step by 5.0% (median of 8 pairs), at most by 10.0%." in shown
     record = json.loads((tmp_path / "runs/prediction.json").read_text(encoding="utf-8"))
     assert len(record["held_out"]) == 36
     count = len(trained)
