@@ -188,12 +188,8 @@ class _Work:
 
     def _call(self, call: Callable[[DictConfig, list[str]], int], config_name: str, more: Sequence[str]) -> None:
         """Call another verb with the settings of this one; what it prints is in its record."""
-        from omegaconf import open_dict
-
         own = [one for one in self._overrides if not one.lstrip("+~").startswith(("advise.", "run.dir="))]
         config = compose_config([*own, *more], config_name=config_name)
-        with open_dict(config):
-            config.pop("advise", None)
         with contextlib.redirect_stdout(io.StringIO()):
             call(config, [])
 

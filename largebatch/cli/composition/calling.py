@@ -38,7 +38,7 @@ def call(function: Verb, config: DictConfig, *, compose: Compose, joins: bool) -
 
     # Unresolved: overrides are recorded, and a value from the environment may be a secret.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    _leave_to_its_verb(config, overrides)
+    leave_to_its_verb(config, overrides, config_name=str(HydraConfig.get().job.config_name))
     try:
         _check(config, overrides, compose, joins=joins)
     except ConfigError as error:
@@ -46,16 +46,17 @@ def call(function: Verb, config: DictConfig, *, compose: Compose, joins: bool) -
     return _reporting(function, config, overrides)
 
 
-def _leave_to_its_verb(config: DictConfig, overrides: Sequence[str]) -> None:
+def leave_to_its_verb(config: DictConfig, overrides: Sequence[str], *, config_name: str) -> DictConfig:
     """Drop the settings of `advise` that an experiment of advice brings: its run is one for every verb.
 
     Advice names commands of other verbs with the same experiment. Typed settings stay, and are refused.
     """
     name = "advise"
     typed = any(one.lstrip("+~").startswith((f"{name}.", f"{name}=")) for one in overrides)
-    if name in config and str(HydraConfig.get().job.config_name) != name and not typed:
+    if name in config and config_name != name and not typed:
         with open_dict(config):
             del config[name]
+    return config
 
 
 def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins: bool) -> None:

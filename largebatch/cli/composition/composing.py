@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from largebatch import conf_dir
 from largebatch.cli.catalogue.composed import Catalogue, typed_choices
-from largebatch.cli.composition.calling import Verb, call
+from largebatch.cli.composition.calling import Verb, call, leave_to_its_verb
 from largebatch.cli.composition.flags import HELP, files_of, is_sweep, overrides_and_flags
 from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.cli.composition.problems import as_one, with_the_others, wrong_before_hydra
@@ -49,10 +49,12 @@ def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train")
         from largebatch.run.config.reading import ConfigError  # imports torch
 
         raise ConfigError(problems)
-    if GlobalHydra.instance().is_initialized():
-        return compose(config_name, overrides=list(overrides))
-    with held_to_the_list(), initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(held_to_the_list())
+            stack.enter_context(initialize_config_dir(conf_dir(), version_base="1.3"))
+        config = compose(config_name, overrides=list(overrides))
+    return leave_to_its_verb(config, overrides, config_name=config_name)
 
 
 def run_verb(

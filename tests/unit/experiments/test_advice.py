@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
+from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.plan_advice import read_measured
 from largebatch.diagnostics.intervals import Interval
 from largebatch.diagnostics.predictions.cost import CostConfig
@@ -516,6 +517,9 @@ def test_a_noise_scale_is_of_the_second_half_and_the_middle_is_kept():
 def test_the_run_of_an_advice_experiment_is_one_for_every_verb(in_a_folder: None, capsys: pytest.CaptureFixture[str]):
     """Advice prints such commands; typed settings of another verb are refused as ever."""
     assert main(["plan", "experiment=advice/digits", "plan.dry_run=false"]) == 0
+    for verb in ("study", "find_lr", "attribute", "measure"):  # some compose it anew for each of their runs
+        assert "advise" not in compose_config(["experiment=advice/digits"], config_name=verb)
+    assert "advise" in compose_config(["experiment=advice/digits"], config_name="advise")
     capsys.readouterr()
     assert main(["plan", "experiment=advice/digits", "+advise.minutes=1", "plan.dry_run=false"]) == 2
     assert "advise" in capsys.readouterr().err
