@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from largebatch.batch.decay_rules import Decay, scale_weight_decay
@@ -39,11 +39,6 @@ class JointRule:
     weight_decay: str = "none"
     clip_norm: str = "none"
     beta_bounds: tuple[float, float] = ANY_BETA
-
-    @property
-    def is_rate_only(self) -> bool:
-        """Whether at most the rate follows."""
-        return replace(self, lr="none") == JointRule()
 
     @property
     def followers(self) -> tuple[str, ...]:

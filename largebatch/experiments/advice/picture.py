@@ -13,7 +13,6 @@ from largebatch.records.report.estimates import Quantity
 from largebatch.records.report.explorer import quantity_figure, slider_sizes
 
 _REGION, _CANDIDATES = "critical batch, 95 %", "candidates"
-_NOT_KNOWN = "Not known: {}."
 
 
 def picture(found: Assessment) -> list[Diagram]:
